@@ -128,12 +128,35 @@ def test_no_difference_of_told_sums_is_of_few(sizes, floor):
             assert wanted @ np.array(list(sizes.values())) >= floor
 
 
+def of_three(labels, groups, seed=0):
+    """Predictions of three classes; of how many the model is right does not matter here."""
+    scores = np.random.default_rng(seed).dirichlet(np.ones(3), len(labels))
+    frame = predicted(groups, labels, scores.max(axis=1))
+    return frame.assign(**{f"score_{k}": scores[:, k] for k in range(3)})
+
+
+@pytest.mark.parametrize(("third", "told"), [(0, True), (2, False), (5, True)])
+def test_few_patients_of_a_class_do_not_follow_from_what_is_compared_without_them(third, told):
+    """F has patients of class 2 and M none: with and without these, two values of F would be told."""
+    labels = [0, 1] * 10 + [2] * third + [0, 1] * 10
+    groups = ["F"] * (20 + third) + ["M"] * 20
+    said = site_groups(of_three(labels, groups), "classification", 3, ["acc", "bac"], bootstrap=0, floor=5)
+    one = at(said, "F")
+    assert np.isfinite(one.own.values).all()
+    assert np.isfinite(one.alike.values).tolist() == np.isfinite(one.rest.values).tolist() == [True, told]
+    if told:
+        inside = at(site_groups(of_three(labels, groups).loc[lambda f: f["label"] < 2], "classification", 3,
+                                ["acc", "bac"], bootstrap=0), "F")  # fmt: skip
+        assert one.alike.values[1] == pytest.approx(inside.own.values[1])
+        assert one.alike.values[0] == one.own.values[0]  # of all cases, as they are
+
+
 def test_a_message_gives_the_same_back():
     said = site_groups(drawn({"F": 40, "M": 30, "not known": 20}), *ASKED)
     back = groups_from_tensors(list(said.found), groups_to_tensors(said))
     assert back.keys() == said.found.keys()
     for place, one in said.found.items():
-        for name in ("own", "rest"):
+        for name in ("own", "rest", "alike"):
             side, other = getattr(one, name), getattr(back[place], name)
             assert (side is None) == (other is None) == (name == "rest" and place.group == "not known")
             if side is not None:

@@ -82,6 +82,82 @@ def test_the_area_is_that_of_scikit_learn_within_sites():
     assert row(table, "F", "auc")["value"] == pytest.approx(np.average(areas, weights=counts))
 
 
+def of_three(site, groups, labels, scores):
+    """Predictions of three classes."""
+    columns = {f"score_{k}": np.array(scores)[:, k] for k in range(3)}
+    return predicted(site, groups, labels, np.max(scores, axis=1)).assign(**columns)
+
+
+@pytest.mark.parametrize("bootstrap", [0, 100])
+@pytest.mark.parametrize("floor", [1, 3])
+def test_a_group_without_a_hard_class_is_compared_by_the_classes_of_both(floor, bootstrap):
+    """Classes 0 and 1 are told apart alike in F and M; 2 is never found, and F has none of it: no gap is by sex."""
+    rng = np.random.default_rng(0)
+    draws = {"F": [0, 1] * 40, "M": [0, 1] * 40 + [2] * 40}
+    frames = []
+    for group, labels in draws.items():
+        wrong = np.arange(len(labels)) % 10 < 2
+        called = np.where(np.array(labels) == 2, 0, np.where(wrong, 1 - np.minimum(labels, 1), labels))
+        scores = np.eye(3)[called] * 0.8 + 0.05 + rng.random((len(labels), 3)) * 1e-3
+        frames.append((group, labels, scores))
+    groups = [group for group, labels, _ in frames for _ in labels]
+    frame = of_three("A", groups, [one for _, labels, _ in frames for one in labels],
+                     np.concatenate([scores for *_, scores in frames]))  # fmt: skip
+    metrics = ["acc", "bac", "sen", "f1"]
+    source = Rows(frame, "classification", 3, metrics, bootstrap=bootstrap)
+    table = subgroups.subgroup_table(source, frame, columns=["sex"], binary=False, least=floor)
+    assert row(table, "F", "bac")["value"] == pytest.approx(0.8)
+    assert row(table, "M", "bac")["value"] == pytest.approx(0.8 * 2 / 3)
+    for metric in metrics[1:]:
+        for group in "FM":
+            found = row(table, group, metric)
+            assert found["gap"] == pytest.approx(0, abs=1e-12)
+            assert bootstrap == 0 or found["gap_low"] < 0 < found["gap_high"]
+    assert row(table, "F", "acc")["gap"] == pytest.approx(0.8 - 0.8 * 2 / 3)  # of all cases, as they are
+
+
+def of_findings(groups, easy, hard, scores):
+    found = predicted("A", groups, 0, 0.5).drop(columns=["label", "score", "threshold"])
+    for name, labels, own in (("easy", easy, scores[0]), ("hard", hard, scores[1])):
+        columns = {"label": pd.array(labels, dtype="Int64"), "score": own, "threshold": 0.5}
+        found = found.assign(**{f"{column}[{name}]": values for column, values in columns.items()})
+    return found
+
+
+def test_groups_are_compared_by_the_findings_of_both():
+    """The easy finding is always told, the hard one never; F was not read for the hard one, or has none of it."""
+    easy, groups = [0, 1] * 20, ["F"] * 20 + ["M"] * 20
+    scores = np.array(easy) * 0.8 + 0.1, np.full(40, 0.5)
+    for of_female in ([None] * 20, [0] * 20):
+        frame = of_findings(groups, easy, of_female + [0, 1] * 10, scores)
+        source = Rows(frame, "multi_label", 4, ["auc", "ap"], bootstrap=50)
+        table = subgroups.subgroup_table(source, frame, columns=["sex"], binary=False, least=1)
+        assert row(table, "F", "auc")["value"] == 1.0
+        assert row(table, "M", "auc")["value"] == 0.75
+        for group in "FM":
+            assert row(table, group, "auc")["gap"] == row(table, group, "ap")["gap"] == 0.0
+    frame = of_findings(groups, [0] * 20 + easy[20:], [0, 1] * 10 + [0] * 20, scores)  # nothing in common
+    source = Rows(frame, "multi_label", 4, ["auc"], bootstrap=0)
+    table = subgroups.subgroup_table(source, frame, columns=["sex"], binary=False, least=1)
+    assert row(table, "F", "auc")[["gap", "gap_sites"]].isna().all()
+
+
+def test_a_group_of_one_class_at_a_site_has_no_metric_of_two_there():
+    """All of F at B are well: an F1 of 0 says nothing of F. All of F at C are ill: nor does a precision of 1."""
+    rng = np.random.default_rng(5)
+    frames = [drawn(rng, site, 200) for site in "ABC"]
+    of_one = [frame[(frame["subgroup: sex"] == "M") | (frame["label"] == label)]
+              for frame, label in zip(frames[1:], (0, 1), strict=True)]  # fmt: skip
+    asked = ASKED | {"metrics": ["f1", "ap", "bac", "auc", "sen", "spe"]}
+    alone, table = subgroup_table(frames[0], **asked), subgroup_table(pd.concat([frames[0], *of_one]), **asked)
+    for metric in ("f1", "ap", "bac", "auc"):
+        found = row(table, "F", metric)
+        assert (found["sites"], found["gap_sites"]) == (1, 1)
+        assert found[["value", "gap"]].tolist() == pytest.approx(row(alone, "F", metric)[["value", "gap"]].tolist())
+        assert row(table, "M", metric)["sites"] == 3
+    assert [row(table, "F", metric)["sites"] for metric in ("sen", "spe")] == [2, 2]
+
+
 def test_knowing_how_frequent_the_finding_is_at_a_site_gains_nothing():
     rng = np.random.default_rng(1)
     frames = [drawn(rng, site, 400, skill=(0.0, 0.0), ill=ill) for site, ill in (("A", 0.1), ("B", 0.9))]

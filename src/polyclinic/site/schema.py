@@ -310,14 +310,15 @@ _SPREAD = {
 }
 
 
-#: Of E groups, the group and the rest: patients and cases; K metrics; value and variance of intercept and slope.
+#: Of E groups, the group, the rest, and the group as it is compared with it: patients and cases; K metrics; value and
+#: variance of intercept and slope.
 _GROUPS = {
-    "counts": _evident("N places", 2, 2, kind="int64", group="groups"),
-    "values": _evident("N places", 2, "N metrics", group="groups"),
-    "variances": _evident("N places", 2, "N metrics", group="groups"),
-    "counted": _evident("N places", 2, "N metrics", group="groups"),
+    "counts": _evident("N places", 3, 2, kind="int64", group="groups"),
+    "values": _evident("N places", 3, "N metrics", group="groups"),
+    "variances": _evident("N places", 3, "N metrics", group="groups"),
+    "counted": _evident("N places", 3, "N metrics", group="groups"),
     "gaps": _evident("N places", "N metrics", group="groups"),
-    "lines": _evident("N places", 2, 4, group="groups"),
+    "lines": _evident("N places", 3, 4, group="groups"),
 }
 
 

@@ -1,6 +1,8 @@
 """What one site says of groups of its patients: metrics of each group and of the rest; of no patient.
 
 All folds of a seed are taken together, since each patient is tested in one of them; numbers are means over the seeds.
+A metric that is a mean over classes, or over several labels, is of those that there are in a group, and the rest may
+have others. So the two are compared by those that both have.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -53,11 +55,19 @@ class Side:
 
 @dataclass(frozen=True)
 class Compared:
-    """A group, the rest (all other known groups; None if there is none), and the variances of the difference, [K]."""
+    """A group, and how it differs from the rest.
+
+    Attributes:
+        own: the group.
+        rest: all other known groups, by the classes and labels that the group has, too; None if there is none.
+        gaps: variances of the difference, [K].
+        alike: the group by the classes and labels that the rest has, too.
+    """
 
     own: Side
     rest: Side | None
     gaps: Floats
+    alike: Side
 
 
 @dataclass(frozen=True)
@@ -118,9 +128,15 @@ def site_groups(
     told = {column: _told(cases, column, floor) for column in columns}
     sides = list(_sides(cases, told, floor))
     found = dict[Place, Compared]()
-    for place, own, rest, (values, variances, gaps) in _measured(cases, sides, seed, bootstrap):
-        both = [_side(cases, place.method, r, values[n], variances[n]) for n, r in enumerate((own, rest)) if len(r)]
-        found[place] = Compared(both[0], both[1] if len(both) > 1 else None, gaps)
+    pairs = [_Pair(cases, own, rest, floor) for _, own, rest in sides]
+    for (place, own, rest), pair, (values, variances, gaps) in zip(
+        sides, pairs, _measured(cases, sides, pairs, seed, bootstrap), strict=True
+    ):
+        mine, others, alike = (
+            _side(cases, place.method, rows, values[n], variances[n], pair, compared) if len(rows) else None
+            for n, (rows, compared) in enumerate(((own, None), (rest, 1), (own, 0)))
+        )
+        found[place] = Compared(cast(Side, mine), others, gaps, cast(Side, alike))
     return SiteGroups(
         list(cases.names), found,
         [(column.removeprefix(SUBGROUP), group) for column, one in told.items() for group in one.withheld],
@@ -135,7 +151,7 @@ def groups_to_tensors(said: SiteGroups) -> dict[str, Tensor]:
     """
     nothing = np.full(len(said.metrics), np.nan)
     none = Side(0, 0, nothing, nothing, nothing, (NOTHING, NOTHING))
-    pairs = [(one.own, one.rest or none) for one in said.found.values()]
+    pairs = [(one.own, one.rest or none, one.alike) for one in said.found.values()]
 
     def each(name: str) -> Floats:
         return np.array([[getattr(side, name) for side in pair] for pair in pairs], dtype=np.float64)
@@ -162,7 +178,7 @@ def groups_from_tensors(places: Sequence[Place], tensors: Mapping[str, Tensor]) 
         return Side(patients, cases, values, variances, counted, (Line(*line[:2]), Line(*line[2:])))
 
     return {
-        place: Compared(side(n, 0), side(n, 1) if numbers["counts"][n, 1, 0] else None, numbers["gaps"][n])
+        place: Compared(side(n, 0), side(n, 1) if numbers["counts"][n, 1, 0] else None, numbers["gaps"][n], side(n, 2))
         for n, place in enumerate(places)
     }
 
@@ -199,35 +215,110 @@ def _sides(cases: Cases, told: Mapping[str, _Told], floor: int) -> Iterator[tupl
                 yield Place(method, column.removeprefix(SUBGROUP), str(name)), own[groups == name], rest
 
 
+class _Pair:
+    """A group and the rest, as far as means over classes, or over several labels, are of the same in both.
+
+    Where they are already, or there is no rest, nothing is left out.
+
+    Args:
+        cases: all predictions.
+        own: rows of the group.
+        rest: of the rest.
+        floor: of fewer patients nothing is compared.
+    """
+
+    def __init__(self, cases: Cases, own: Rows, rest: Rows, floor: int) -> None:
+        self._cases, self._sides = cases, (own, rest)
+        self._places = np.array([k for k, name in enumerate(cases.names) if name in cases.kind.over_classes], dtype=int)
+        whole = cases.frame.iloc[own], cases.frame.iloc[rest]
+        parts = cases.kind.alike(*whole) if len(rest) and len(self._places) else None
+        self.differs = parts is not None
+        if parts is None:
+            return
+        if any(not self._may_be_told(*pair, floor) for pair in zip(whole, parts, strict=True)):
+            parts = parts[0].iloc[:0], parts[1].iloc[:0]
+        frame = pd.concat(parts)
+        self._rows, self._starts = frame.index.to_numpy(), (0, len(parts[0]), len(frame))
+        self._measure = cases.kind.measure(frame, [cases.names[k] for k in self._places])
+
+    def _may_be_told(self, whole: pd.DataFrame, part: pd.DataFrame, floor: int) -> bool:
+        """Whether what is left is of enough patients, and what is left out, which could be found by subtraction."""
+        columns = [name for name in whole.columns if str(name).partition("[")[0] == "label"]
+        told = part[columns].notna().reindex(whole.index, fill_value=False)
+        left_out = whole.index[(whole[columns].notna() & ~told).any(axis=1)]
+        kept, gone = (len(np.unique(self._cases.patient[index])) for index in (told.index[told.any(axis=1)], left_out))
+        return kept >= floor and (gone == 0 or gone >= floor)
+
+    def values(self, side: int, weights: Floats) -> Floats:
+        """Metrics [K, b] of the group (0) or the rest (1), means over the seeds."""
+        found = _values(self._cases, self._sides[side], weights)
+        if not self.differs:
+            return found
+        found = found.copy()
+        found[self._places] = np.nan
+        positions = np.arange(*self._starts[side : side + 2])
+        seeds = self._cases.seeds[self._rows[positions]]
+        each = [self._of_seed(positions[seeds == seed], weights) for seed in np.unique(seeds)]
+        if each:
+            found[self._places] = mean_of_known(np.stack(each))
+        return found
+
+    def _of_seed(self, positions: Rows, weights: Floats) -> Floats:
+        rows = self._rows[positions]
+        found = self._measure(positions, weights[self._cases.patient[rows]])
+        return np.full_like(found, np.nan) if _of_one_class(self._cases, rows) else found
+
+    def counted(self, side: int, counted: Floats) -> Floats:
+        """``counted`` [K] by what is compared: of classes the patients of the one that fewest have."""
+        if not self.differs or not self._cases.classified:
+            return counted
+        rows, found = self._rows[slice(*self._starts[side : side + 2])], counted.copy()
+        labels, patients = self._cases.labels[rows], self._cases.patient[rows]
+        sizes = [len(np.unique(patients[labels == one])) for one in np.unique(labels)]
+        found[self._places] = min(sizes) if sizes else np.nan
+        return found
+
+
 def _measured(
-    cases: Cases, sides: Sequence[tuple[Place, Rows, Rows]], seed: int, bootstrap: int
-) -> Iterator[tuple[Place, Rows, Rows, tuple[Floats, Floats, Floats]]]:
-    """Values [2, K] and variances [2, K] of both sides, and variances [K] of the difference."""
+    cases: Cases, sides: Sequence[tuple[Place, Rows, Rows]], pairs: Sequence[_Pair], seed: int, bootstrap: int
+) -> Iterator[tuple[Floats, Floats, Floats]]:
+    """Values [3, K] and variances [3, K] of the group, of the rest, and of the group as it is compared with the rest;
+    and variances [K] of the difference of these two."""
     largest = max((max(len(own), len(rest)) for _, own, rest in sides), default=1)
     plain = np.ones((len(cases.patients), 1))
     draws = patient_weights(cases.patients, bootstrap, seed, block=max(1, BLOCK // largest))
     found: list[list[Floats]] = [[] for _ in sides]
     for weights in chain([plain], draws):
-        for parts, (_, own, rest) in zip(found, sides, strict=True):
-            parts.append(np.stack([_values(cases, rows, weights) for rows in (own, rest)]))
+        for parts, (_, own, _), pair in zip(found, sides, pairs, strict=True):
+            mine = _values(cases, own, weights)
+            alike = pair.values(0, weights) if pair.differs else mine
+            parts.append(np.stack([mine, pair.values(1, weights), alike]))
     for parts, (place, own, rest) in zip(found, sides, strict=True):
-        drawn = np.concatenate(parts, axis=-1)  # [2, K, 1 + B]
-        variances, gaps = _variance(drawn), _variance(drawn[0] - drawn[1])
+        drawn = np.concatenate(parts, axis=-1)  # [3, K, 1 + B]
+        variances, gaps = _variance(drawn), _variance(drawn[2] - drawn[1])
         if "auc" in cases.names and place.method in cases.independent:
             k = cases.names.index("auc")
-            exact = np.array([_area_variance(cases, rows) for rows in (own, rest)])
+            exact = np.array([_area_variance(cases, rows) for rows in (own, rest)])[[0, 1, 0]]
             variances[:, k] = np.where(np.isfinite(exact), exact, variances[:, k])
-            gaps[k] = exact.sum() if np.isfinite(exact).all() else gaps[k]  # each patient has one case, in one group
-        yield place, own, rest, (drawn[..., 0], variances, gaps)
+            gaps[k] = exact[:2].sum() if np.isfinite(exact).all() else gaps[k]  # each patient has one case and group
+        yield drawn[..., 0], variances, gaps
 
 
 def _values(cases: Cases, rows: Rows, weights: Floats) -> Floats:
     """Metrics [K, b], means over the seeds."""
     if not len(rows):
         return np.full((len(cases.names), weights.shape[1]), np.nan)
-    return mean_of_known(
-        np.stack([cases.measure(own.rows, weights[cases.patient[own.rows]]) for own in _seeds(cases, rows)])
-    )
+    found = [cases.measure(own.rows, weights[cases.patient[own.rows]]) for own in _seeds(cases, rows)]
+    values = mean_of_known(np.stack(found))
+    if _of_one_class(cases, rows):
+        values[[name in cases.kind.over_classes for name in cases.names]] = np.nan
+    return values
+
+
+def _of_one_class(cases: Cases, rows: Rows) -> bool:
+    """Whether all have one label. What is told of them then (an F1 of 0, an average precision of 1) must not stand
+    beside that of others."""
+    return cases.classified and len(np.unique(cases.labels[rows])) < 2
 
 
 def _seeds(cases: Cases, rows: Rows) -> list[Group]:
@@ -258,12 +349,14 @@ def _area_variance(cases: Cases, rows: Rows) -> float:
     return float(sum(part.var(ddof=1) / len(part) for part in (np.mean(of_class, axis=0) for of_class in parts)))
 
 
-def _side(cases: Cases, method: str, rows: Rows, values: Floats, variances: Floats) -> Side:
+def _side(
+    cases: Cases, method: str, rows: Rows, values: Floats, variances: Floats, pair: _Pair, compared: int | None
+) -> Side:  # fmt: skip
     groups = _seeds(cases, rows)
-    counted = [cases.counted(metric, method, groups) for metric in cases.names]
+    counted = np.array([cases.counted(metric, method, groups) for metric in cases.names], dtype=np.float64)
     return Side(
         len(np.unique(cases.patient[rows])), cases.frame["case"].iloc[rows].nunique(), values, variances,
-        np.array(counted, dtype=np.float64), _lines(cases, groups),
+        counted if compared is None else pair.counted(compared, counted), _lines(cases, groups),
     )  # fmt: skip
 
 

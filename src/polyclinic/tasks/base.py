@@ -8,7 +8,7 @@ Nothing outside this folder knows a task by its name.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -409,6 +409,16 @@ class Task(ABC):
 
     def bearers(self, cases: pd.DataFrame, metric: str) -> NDArray[np.bool_] | None:
         """Which cases a metric rests on, where these are not all or those of some classes, [n]; else None."""
+        return None
+
+    @property
+    def over_classes(self) -> Container[str]:
+        """Metrics that are a mean over the classes, or the labels, that there are: of other ones they are another."""
+        return frozenset[str]()
+
+    def alike(self, one: pd.DataFrame, other: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame] | None:
+        """Predictions of two groups of cases with the classes and labels that both have, as far as ``over_classes``
+        are concerned; None where they have the same."""
         return None
 
     def ranked(self, cases: pd.DataFrame) -> tuple[NDArray[Any], Floats] | None:

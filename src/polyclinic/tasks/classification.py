@@ -242,6 +242,19 @@ class Classification(Task):
         """See `polyclinic.tasks.classification_totals.margins_of_totals`."""
         return {name: margin for name, margin in margins_of_totals(totals).items() if name in names}
 
+    @property
+    def over_classes(self) -> frozenset[str]:
+        """Of two classes what needs both; sensitivity and specificity are of one each."""
+        return frozenset({"auc", "ap", "bac", "f1"} | ({"sen", "spe"} if self.classes > 2 else set()))
+
+    def alike(self, one: pd.DataFrame, other: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame] | None:
+        """The cases of classes that both have; of two classes one alone is none that can be compared."""
+        first, second = set(one["label"]), set(other["label"])
+        if first == second:
+            return None
+        kept = first & second
+        return one[one["label"].isin(kept)], other[other["label"].isin(kept)]
+
     def ranked(self, cases: pd.DataFrame) -> tuple[NDArray[Any], Floats] | None:
         """Labels and scores of two classes."""
         if self.classes != 2:

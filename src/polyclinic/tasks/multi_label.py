@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -318,6 +318,38 @@ class MultiLabel(Task):
         """The cases with the label that a metric is of."""
         _, of = split_metric(metric)
         return np.asarray(cases[class_metric("label", of)].notna(), dtype=np.bool_) if of else None
+
+    @property
+    def over_classes(self) -> Container[str]:
+        """All: which labels, and which of their classes, cases have decides what a mean is of."""
+        return _Everything()
+
+    def alike(self, one: pd.DataFrame, other: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame] | None:
+        """All cases, with the labels of which both have the same two classes or more; of these the classes of both."""
+        columns = [class_metric("label", name) for name in _heads(one)]
+        there = [[_classes(side[column]) for column in columns] for side in (one, other)]
+        if there[0] == there[1]:
+            return None
+        both = [a & b if len(a & b) > 1 else set() for a, b in zip(*there, strict=True)]
+
+        def kept(side: pd.DataFrame) -> pd.DataFrame:
+            labels = {name: side[name].where(side[name].isin(own)) for name, own in zip(columns, both, strict=True)}
+            return side.assign(**labels)
+
+        return kept(one), kept(other)
+
+
+class _Everything:
+    """Has everything in it."""
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+
+def _classes(labels: pd.Series[Any]) -> set[Any]:
+    """Those that there are, if they are two or more: nothing is scored of one."""
+    found = set(labels.dropna())
+    return found if len(found) > 1 else set()
 
 
 class _HeadCases:

@@ -102,7 +102,7 @@ def _numbers(
     places = {site: list(sites[site].metrics).index(metric) for site in own if metric in sites[site].metrics}
     known = [(own[site].own, k) for site, k in places.items() if np.isfinite(own[site].own.values[k])]
     value, (low, high, _) = _mean(known, [float(side.patients) for side, _ in known], metric)
-    pairs = [(one.own, one.rest, float(one.gaps[k]), k) for site, k in places.items()
+    pairs = [(one.alike, one.rest, float(one.gaps[k]), k) for site, k in places.items()
              if (one := own[site]).rest is not None]  # fmt: skip
     both = [
         (mine, rest, gap, k)
