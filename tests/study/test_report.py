@@ -702,6 +702,38 @@ def test_how_even_methods_are_over_the_sites(tmp_path, metric, worst, best):
     assert text.count("How even results are over the hospitals</h3>") == 1
 
 
+@pytest.mark.parametrize(
+    ("hard", "worst", "best", "by"),
+    [
+        ((0.5, 0.5, 0.5), "0.700 (A)", "0.720 (C)", ""),
+        ((0.5, np.nan, 0.5), "0.900 (A)", "0.940 (C)", "easy"),
+        ((0.5, np.nan, np.nan), "0.900 (A)", "0.940 (C)", "easy"),
+    ],
+)
+def test_hospitals_with_other_findings_are_compared_by_those_of_all(tmp_path, hard, worst, best, by):
+    """B has the easy finding alone, in which it is no better than A and C: its mean over findings is."""
+    easy = (0.9, 0.92, 0.94)
+    by_hand(tmp_path, [("fedavg", "federation", site, np.nanmean(two))
+                       for site, two in zip("ABC", zip(easy, hard, strict=True), strict=True)], None)  # fmt: skip
+    results = pd.read_csv(tmp_path / "results.csv")
+    parts = [results.assign(metric=f"auc[{name}]", value=own) for name, own in (("easy", easy), ("hard", hard))]
+    pd.concat([results, *parts]).to_csv(tmp_path / "results.csv", index=False)
+    (tmp_path / "provenance.json").write_text(json.dumps({"target": "findings"}), encoding="utf-8")
+    found = CONTENT["site_results"](Folder(tmp_path))
+    assert [row[1:3] for row in found.even] == [(worst, best)]
+    assert found.even_by == by
+    assert ("those that all have, easy." in render(Folder(tmp_path))) == bool(by)
+
+
+def test_hospitals_without_a_common_finding_are_not_compared(tmp_path):
+    by_hand(tmp_path, [("fedavg", "federation", site, 0.9) for site in "ABC"], None)
+    results = pd.read_csv(tmp_path / "results.csv")
+    own = results.assign(metric=["auc[one]", "auc[two]", "auc[one]"])
+    pd.concat([results, own]).to_csv(tmp_path / "results.csv", index=False)
+    (tmp_path / "provenance.json").write_text(json.dumps({"target": "findings"}), encoding="utf-8")
+    assert CONTENT["site_results"](Folder(tmp_path)).even == []
+
+
 def test_hospitals_that_are_equally_good_are_all_named(tmp_path):
     """Nobody is the worst alone because of its name; of four or more there is only how many they are."""
     results = [("fedavg", "federation", site, value) for site, value in zip("ABCD", (0.9, 0.5, 0.5, 0.9), strict=True)]

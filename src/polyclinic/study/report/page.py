@@ -6,7 +6,7 @@ in it. The same folder gives the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from polyclinic.study.report.attack import attacked
 from polyclinic.study.report.attention import attended
 from polyclinic.study.report.checklists import CHECKLISTS
 from polyclinic.study.report.checklists.writing import filled
+from polyclinic.study.report.evenness import evenness
 from polyclinic.study.report.exchange import exchanged
 from polyclinic.study.report.flow import flow_section
 from polyclinic.study.report.folder import Folder, Measure, Overlay, of_run
@@ -282,6 +283,8 @@ class SiteResults:
     left_out: list[str]
     even: list[tuple[str, str, str, str, str]]
     """For each method, where it does worst and where best, how far hospitals lie apart, and how many those are."""
+    even_by: str
+    """By which findings or structures, if hospitals have different ones."""
     references: bool
     """Whether a method is a reference."""
     alone: bool
@@ -314,41 +317,22 @@ def _site_results(folder: Folder) -> SiteResults | None:
                 shown.append(figures.forest(site, rows, axis=label, limits=limits, line=line, name=name))
         return shown
 
+    known = {
+        entry: {site: row[n][1].mean for site, row in table.items() if np.isfinite(row[n][1].mean)}
+        for n, entry in enumerate(entries)
+    }
+    even = evenness(folder, known)
     return SiteResults(
         panels=panels(PLAIN),
         unseen=panels(UNSEEN),
         methods=[folder.titles[entry] for entry in entries],
         rows=[(site, [_interval(folder, one) for _, one in table[site]]) for site in scored],
         left_out=[site for site in folder.sites if site not in scored],
-        even=_evenness(folder, table),
+        even=even.rows,
+        even_by=even.by,
         references=any(is_reference(folder, label) for label, _ in entries),
         alone=(folder.baselines.get("single"), PLAIN) in entries,
     )
-
-
-def _evenness(
-    folder: Folder, table: dict[str, list[tuple[tuple[str, str], figures.Estimate]]]
-) -> list[tuple[str, str, str, str, str]]:
-    """Rows of the table of how even methods are over the sites; those with fewer than three sites are left out."""
-    found: dict[tuple[str, str], dict[str, float]] = {}
-    for site, row in table.items():
-        for entry, one in row:
-            if np.isfinite(one.mean):
-                found.setdefault(entry, {})[site] = one.mean
-    rows, text = [], folder.primary.text
-    for entry, values in found.items():
-        if len(values) > 2:
-            ends = [min(values.values()), max(values.values())]
-            worst, best = (_there(values, end, text) for end in ends[:: 1 if folder.primary.higher_is_better else -1])
-            deviation = text(float(np.std(list(values.values()), ddof=1)))
-            rows.append((folder.titles[entry], worst, best, deviation, str(len(values))))
-    return rows
-
-
-def _there(values: Mapping[str, float], end: float, text: Callable[[float], str]) -> str:
-    """A value, and the sites that have it as it is written: of many, how many."""
-    sites = [site for site, value in values.items() if text(value) == text(end)]
-    return f"{text(end)} ({', '.join(sites) if len(sites) < 4 else f'{len(sites)} hospitals'})"
 
 
 def _interval(folder: Folder, one: figures.Estimate) -> str:
