@@ -83,6 +83,7 @@ TITLES: dict[str, str] = {
     "N290": "Images have one value everywhere",
     "N291": "Images have values below zero",
     "N295": "Sites did not outline all structures",
+    "N296": "Features are changed as if they were scaled",
     "N301": "Columns of participants.tsv were left out",
     "N302": "participants.tsv was not used",
     "N303": "Patients' names or numbers stand in paths",

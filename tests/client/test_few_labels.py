@@ -18,6 +18,7 @@ from polyclinic.client.few_labels.views import strong_view, weak_view
 from polyclinic.errors import StudyError
 from polyclinic.parts import Batch
 from polyclinic.state import FlatModule
+from polyclinic.study.notes import unscaled
 from polyclinic.tasks import build_task
 
 DROPOUT = {"mlp": {"hidden": [6], "norm": "batch", "dropout": 0.3}}
@@ -245,6 +246,32 @@ def study(folder, **entries):
 def test_a_teacher_goes_on_after_an_interruption(tmp_path):
     whole = study_goes_on(study(tmp_path), tmp_path, after=2)
     assert not [note for note in whole.notes if note.number == "N103"]
+
+
+@pytest.mark.parametrize(
+    ("method", "scaling", "told"),
+    [
+        ("mean_teacher", "none", True), ("fixmatch", "none", True), ("fedmoco", "none", True), ("fedvss", "none", True),
+        ("iop_fl", "none", True), ("fedavg", "none", False), ("mean_teacher", "per_site", False),
+        ("fixmatch", "federated", False),
+    ],
+)  # fmt: skip
+def test_features_that_are_not_scaled_are_noted(method, scaling, told):
+    """Noise of 0.1 is nothing to a volume in mm³, and hides a share."""
+    data = {"table": "cases.csv", "site": "site", "label": "label", "features": "x*", "scaling": scaling}
+    notes = unscaled(declare(methods=[method], model=DROPOUT, data=data))
+    assert [note.number for note in notes] == ["N296"] * told
+    assert all(note.startswith(f"{method} looks at cases") for note in notes)
+
+
+def test_pictures_have_no_such_note_and_a_study_says_it(tmp_path):
+    pictures = {"table": "cases.csv", "site": "site", "label": "label", "image": "image", "size": [8, 8]}
+    assert unscaled(declare(methods=["fixmatch"], model="cnn", data=pictures | {"scaling": "none"})) == []
+    content = study(tmp_path, methods=["fixmatch"])
+    content["data"] |= {"scaling": "none"}
+    content["training"] |= {"rounds": 1}
+    notes = Study.of(content, tmp_path).run(tmp_path / "out").notes
+    assert [note.number for note in notes if note.number == "N296"] == ["N296"]
 
 
 def test_it_is_said_that_a_study_has_no_such_cases(tmp_path):

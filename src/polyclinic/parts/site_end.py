@@ -248,6 +248,7 @@ class SiteEnd:
         needs_labels: whether it looks at labels of training or validation cases, besides counts of classes; then a site
             without any is left out. None says yes of ends that override ``batch`` or ``loss`` and need no cases
             without a label.
+        supposes_scale: whether it changes features of a table by amounts that suppose a mean of 0 and a deviation of 1.
         zero_at_start: whether it changes nothing at the weights that a round starts from.
         spares_model: whether the site never trains the model with it, so that it does not matter how many cases a batch
             of the site's has.
@@ -261,6 +262,7 @@ class SiteEnd:
     needs_normalisation: ClassVar[bool] = False
     needs_unlabelled: ClassVar[bool] = False
     needs_labels: bool | None = None
+    supposes_scale: ClassVar[bool] = False
     zero_at_start: ClassVar[bool] = False
     spares_model: ClassVar[bool] = False
     _kept: Memory | None = None

@@ -166,6 +166,26 @@ def frozen_from_scratch(declaration: Declaration) -> list[Note]:
     return [Note("N265", text)]
 
 
+def unscaled(declaration: Declaration) -> list[Note]:
+    """On methods that change features by fixed amounts, and features that a study leaves as they are."""
+    data = declaration.data
+    if data.image is not None or data.scaling != "none":
+        return []
+    labels = [
+        study.label
+        for study in declaration.study_methods
+        if any(build_part(name, options).at_site().supposes_scale for name, options in study.method.local)
+    ]
+    if not labels:
+        return []
+    text = (
+        f"{', '.join(labels)} {'looks' if len(labels) == 1 else 'look'} at cases whose features are changed as if all "
+        "had a mean of 0 and a deviation of 1, and `scaling: none` leaves them as the table has them. If these are "
+        "others, it is nothing to one feature and too much for another: take `per_site` or `federated`."
+    )
+    return [Note("N296", text)]
+
+
 def without_training(
     declaration: Declaration, folds: Sequence[Fold], layout: Layout, classes: Sequence[str] = ()
 ) -> list[Note]:  # fmt: skip

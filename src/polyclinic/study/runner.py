@@ -65,6 +65,7 @@ from polyclinic.study.notes import (
     spared,
     uncalibrated,
     ungrouped,
+    unscaled,
     without_training,
 )
 from polyclinic.study.opening import ask_agree, ask_open, local_engine
@@ -266,6 +267,7 @@ class _Runner:
             *idle_parts(self.declaration, template.layout),
             *ungrouped(self.declaration, list(tested.values())),
             *frozen_from_scratch(self.declaration),
+            *unscaled(self.declaration),
             *without_training(self.declaration, list(tested.values()), template.layout, self.cohort.classes),
             *spared(self.declaration, self.attack, len(self.cohort.sites), template.layout),
             *few_events(self.declaration, list(folds.values())),

@@ -27,6 +27,7 @@ class Unlabelled(SiteEnd):
     """
 
     needs_unlabelled: ClassVar[bool] = True
+    supposes_scale: ClassVar[bool] = True
     no_bags: ClassVar[bool] = True
 
     def __init__(self, *, weight: float, cases: int, strength: float) -> None:

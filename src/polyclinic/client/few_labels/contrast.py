@@ -121,6 +121,7 @@ class _Seen:
 
 class _Contrasting(SiteEnd):
     needs_features = True
+    supposes_scale = True
     needs_labels = False
     learns_alone = True
 

@@ -126,6 +126,8 @@ class _Models(SiteModels):
 
 
 class _Router(SendsModel):
+    supposes_scale = True
+
     def __init__(self, part: Routing) -> None:
         self.part = part
 
