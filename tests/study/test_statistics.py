@@ -31,6 +31,7 @@ from polyclinic.study.statistics.source import Rows
 from polyclinic.study.statistics.summary import COLUMNS, cost_of_unseen, summarise, widened
 from polyclinic.study.statistics.together import BOOTSTRAP, EXACT, SCORE
 from polyclinic.study.statistics.within import within_sites
+from polyclinic.study.study import Study
 from polyclinic.tasks.metrics import CLASSIFICATION, classification_metrics, value_range
 
 METHODS = ("single", "cross", "fedavg", "fedprox(mu=0.1)")
@@ -677,3 +678,28 @@ def test_no_interval_of_a_difference_leaves_what_differences_can_be():
     assert wide.within(value_range("sen")) == (-0.03, -1.0, 1.0, 0.84)
     assert wide.within(value_range("mae")) == wide.within(value_range("r2")) == wide
     assert np.isnan(Comparison(0.1, *NOTHING[1:]).within(value_range("sen")).low)
+
+
+def test_folds_without_ill_patients_have_no_part_in_metrics_of_both_classes(tmp_path):
+    """Of four folds two have an ill patient each. A model that calls all ill is as good as chance, not worse."""
+    frames = {}
+    for number, site in enumerate(("A", "B")):
+        features = np.random.default_rng(number).normal(size=(16, 2))
+        frames[site] = pd.DataFrame({"x1": features[:, 0], "x2": features[:, 1], "ill": [1, 1] + [0] * 14})
+    content = {
+        "data": {"label": "ill", "features": "x*"}, "model": "logistic", "methods": ["fedavg"],
+        "training": {"rounds": 1}, "engine": {"threads": 1, "jobs": 1, "mode": "sequential"},
+        "evaluation": {"folds": 4, "threshold": 1e-6, "bootstrap": 0, "min_cases_per_class": 1,
+                       "metrics": ["bac", "f1", "ap", "acc"]},
+    }  # fmt: skip
+    done = Study.of(content, tmp_path, data=frames).run(tmp_path / "out")
+    ill = done.predictions.groupby(["site", "fold"])["label"].sum()
+    for site in frames:
+        own = done.results[done.results["tested_on"] == site].set_index(["metric", "fold"])["value"]
+        assert sorted(ill[site]) == [0, 0, 1, 1]
+        for metric in ("bac", "f1", "ap"):
+            assert own[metric].isna().tolist() == (ill[site] == 0).tolist()
+        assert own["acc"].notna().all()
+    means = done.summary[done.summary["over"] == "sites"].set_index("metric")["mean"]
+    assert means["bac"] == 0.5
+    assert means["f1"] == pytest.approx(2 / 5)  # 2 of 2 + 3 false ones, in folds of 4

@@ -113,16 +113,16 @@ def test_binary_is_that_of_scikit_learn(case, threshold):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert exactly(values["acc"], sklearn_metrics.accuracy_score(labels, called))
-        assert exactly(values["bac"], sklearn_metrics.balanced_accuracy_score(labels, called))
         assert exactly(values["brier"], np.mean((score - labels) ** 2))
         nan = float("nan")
         assert exactly(values["sen"], sklearn_metrics.recall_score(labels, called, zero_division=nan))
         assert exactly(values["spe"], sklearn_metrics.recall_score(labels, called, pos_label=0, zero_division=nan))
-        assert exactly(values["f1"], sklearn_metrics.f1_score(labels, called, zero_division=nan))
-        if labels.any():
+        if len(set(labels)) == 2:
+            assert exactly(values["bac"], sklearn_metrics.balanced_accuracy_score(labels, called))
+            assert exactly(values["f1"], sklearn_metrics.f1_score(labels, called))
             assert exactly(values["ap"], sklearn_metrics.average_precision_score(labels, score))
-        else:
-            assert math.isnan(values["ap"])
+        else:  # scikit-learn gives an F1 of 0, an average precision of 1 and the recall of one class
+            assert np.isnan([values[name] for name in ("bac", "f1", "ap")]).all()
 
 
 @given(predictions(classes=3))
@@ -137,12 +137,15 @@ def test_three_classes_are_those_of_scikit_learn(case):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert exactly(values["acc"], sklearn_metrics.accuracy_score(labels, called))
-        assert exactly(values["bac"], sklearn_metrics.balanced_accuracy_score(labels, called))
-        recall = sklearn_metrics.recall_score(labels, called, labels=present, average="macro")
-        assert exactly(values["sen"], recall)
-        assert exactly(values["f1"], sklearn_metrics.f1_score(labels, called, average="macro"))
-        precisions = [sklearn_metrics.average_precision_score(truth[:, k], probabilities[:, k]) for k in present]
-        assert exactly(values["ap"], np.mean(precisions))
+        if len(present) > 1:
+            assert exactly(values["bac"], sklearn_metrics.balanced_accuracy_score(labels, called))
+            recall = sklearn_metrics.recall_score(labels, called, labels=present, average="macro")
+            assert exactly(values["sen"], recall)
+            assert exactly(values["f1"], sklearn_metrics.f1_score(labels, called, average="macro"))
+            precisions = [sklearn_metrics.average_precision_score(truth[:, k], probabilities[:, k]) for k in present]
+            assert exactly(values["ap"], np.mean(precisions))
+        else:
+            assert np.isnan([values[name] for name in ("bac", "sen", "f1", "ap")]).all()
         both = [k for k in range(3) if 0 < truth[:, k].sum() < len(labels)]
         rest = [
             sklearn_metrics.recall_score(truth[:, k], called == k, pos_label=False, zero_division=np.nan) for k in both
@@ -192,8 +195,12 @@ def test_no_cases_are_undefined(classes):
 
 def test_one_class_alone_leaves_undefined_what_needs_both():
     values = classification_metrics([0, 0], [[0.9, 0.1], [0.4, 0.6]], CLASSIFICATION)
-    assert {name for name, value in values.items() if math.isnan(value)} == {"auc", "sen", "ap"}
-    assert values["spe"] == values["bac"] == values["acc"] == 0.5
+    assert {name for name, value in values.items() if math.isnan(value)} == {"auc", "bac", "sen", "f1", "ap"}
+    assert values["spe"] == values["acc"] == 0.5
+    values = classification_metrics([1, 1], [[0.9, 0.1], [0.4, 0.6]], CLASSIFICATION)
+    assert {name for name, value in values.items() if math.isnan(value)} == {"auc", "bac", "spe", "f1", "ap"}
+    three = classification_metrics([2, 2], [[0.1, 0.1, 0.8], [0.4, 0.4, 0.2]], CLASSIFICATION)
+    assert {name for name, value in three.items() if not math.isnan(value)} == {"acc", "brier", "ece"}
 
 
 def test_unknown_metric_names_the_nearest():

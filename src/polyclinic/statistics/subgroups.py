@@ -264,9 +264,7 @@ class _Pair:
         return found
 
     def _of_seed(self, positions: Rows, weights: Floats) -> Floats:
-        rows = self._rows[positions]
-        found = self._measure(positions, weights[self._cases.patient[rows]])
-        return np.full_like(found, np.nan) if _of_one_class(self._cases, rows) else found
+        return self._measure(positions, weights[self._cases.patient[self._rows[positions]]])
 
     def counted(self, side: int, counted: Floats) -> Floats:
         """``counted`` [K] by what is compared: of classes the patients of the one that fewest have."""
@@ -309,16 +307,7 @@ def _values(cases: Cases, rows: Rows, weights: Floats) -> Floats:
     if not len(rows):
         return np.full((len(cases.names), weights.shape[1]), np.nan)
     found = [cases.measure(own.rows, weights[cases.patient[own.rows]]) for own in _seeds(cases, rows)]
-    values = mean_of_known(np.stack(found))
-    if _of_one_class(cases, rows):
-        values[[name in cases.kind.over_classes for name in cases.names]] = np.nan
-    return values
-
-
-def _of_one_class(cases: Cases, rows: Rows) -> bool:
-    """Whether all have one label. What is told of them then (an F1 of 0, an average precision of 1) must not stand
-    beside that of others."""
-    return cases.classified and len(np.unique(cases.labels[rows])) < 2
+    return mean_of_known(np.stack(found))
 
 
 def _seeds(cases: Cases, rows: Rows) -> list[Group]:

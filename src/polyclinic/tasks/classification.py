@@ -244,11 +244,11 @@ class Classification(Task):
 
     @property
     def over_classes(self) -> frozenset[str]:
-        """Of two classes what needs both; sensitivity and specificity are of one each."""
-        return frozenset({"auc", "ap", "bac", "f1"} | ({"sen", "spe"} if self.classes > 2 else set()))
+        """Of more than two classes."""
+        return frozenset({"auc", "ap", "bac", "f1", "sen", "spe"} if self.classes > 2 else ())
 
     def alike(self, one: pd.DataFrame, other: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame] | None:
-        """The cases of classes that both have; of two classes one alone is none that can be compared."""
+        """The cases of classes that both have."""
         first, second = set(one["label"]), set(other["label"])
         if first == second:
             return None

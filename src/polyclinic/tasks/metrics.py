@@ -416,6 +416,11 @@ def weighted_metrics(
               probabilities, so the threshold plays no part (two classes: 0.5 counts as class 1).
     ========= ============================================ =====================================================
 
+    Of cases of one class ``auc``, ``bac``, ``f1``, ``ap`` and, with more than two classes, ``sen`` and ``spe`` are not
+    defined: an F1 of 0, an average precision of 1 or the recall of one class as ``bac`` would say nothing of the model,
+    and must not enter a mean over folds or sites (Forman & Scholz 2010, "Apples-to-apples in cross-validation studies",
+    SIGKDD Explorations 12(1)).
+
     Args:
         labels: [n] class indices.
         probabilities: [n, C].
@@ -502,17 +507,18 @@ def decision_metrics(total: Floats, support: Floats, called: Floats, hits: Float
         support, called, hits: of each class the cases that are of it, that are called it, and both, [C, B].
     """
     present = support > 0
+    several = present.sum(axis=0) > 1
     recall = hits / support
     specificity = (total - support - called + hits) / (total - support)
     overlap = 2 * hits / (support + called)
-    balanced = _mean_defined(recall, present)
+    balanced = np.where(several, _mean_defined(recall, present), np.nan)
     shared = {"acc": hits.sum(axis=0) / total, "bac": balanced}
     if len(support) == 2:
-        return shared | {"sen": recall[1], "spe": recall[0], "f1": overlap[1]}
+        return shared | {"sen": recall[1], "spe": recall[0], "f1": np.where(several, overlap[1], np.nan)}
     return shared | {
         "sen": balanced,
         "spe": _mean_defined(specificity, present & (support < total)),
-        "f1": _mean_defined(overlap, support + called > 0),
+        "f1": np.where(several, _mean_defined(overlap, support + called > 0), np.nan),
     }
 
 
@@ -551,7 +557,7 @@ def area_and_precision(positive: Booleans, scores: Floats, weights: Floats) -> t
     area = (new_alarms * (hits - new_hits / 2)).sum(axis=0) / (positives * negatives)
     # Nothing passed means no hits either: the step is nought whatever the precision.
     precision = hits / np.where(passed > 0, passed, 1.0)
-    return area, (new_hits * precision).sum(axis=0) / positives
+    return area, np.where(negatives > 0, (new_hits * precision).sum(axis=0) / positives, np.nan)
 
 
 def _calibration_error(labels: Integers, probabilities: Floats, weights: Floats) -> Floats:
