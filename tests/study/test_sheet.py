@@ -19,7 +19,7 @@ from PIL import Image
 from helpers import write_image_study, write_number_study, write_table_study
 from polyclinic import Study
 from polyclinic.errors import ResultsError
-from polyclinic.study.drawing import STRUCTURE_COLOURS
+from polyclinic.study.pictures import STRUCTURE_COLOURS
 from polyclinic.study.sheet.choice import cases_of_each, choose
 from polyclinic.study.sheet.outlines import outlines
 from polyclinic.study.sheet.ridges import ridges

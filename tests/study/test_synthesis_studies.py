@@ -15,7 +15,7 @@ from polyclinic.client.synthesis import made_cases, site_end
 from polyclinic.errors import StudyError
 from polyclinic.parts import Made
 from polyclinic.study.columns import MEMORISATION
-from polyclinic.study.drawing import structure_colour
+from polyclinic.study.pictures import structure_colour
 from polyclinic.study.runner import run_study
 from polyclinic.study.synthesis import contact_sheet
 

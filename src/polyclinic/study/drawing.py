@@ -1,4 +1,4 @@
-"""What all pages draw with: small panels, each one inline SVG, pictures as data, and colours.
+"""What all pages draw plots with: small panels, each one inline SVG.
 
 Panels are drawn about as wide as a phone, so that their text keeps its size on every screen. Colours are of the
 Okabe-Ito palette (Okabe and Ito 2008, "Color universal design"). The same values give the same bytes.
@@ -6,7 +6,6 @@ Okabe-Ito palette (Okabe and Ito 2008, "Color universal design"). The same value
 
 from __future__ import annotations
 
-import base64
 import io
 import re
 from collections.abc import Iterator
@@ -52,9 +51,6 @@ STYLE = {
     "lines.linewidth": 1.8,
     "text.parse_math": False,
 }
-
-#: Colours of the outlines of several structures, told apart on grey: Okabe-Ito without black and grey, brightened.
-STRUCTURE_COLOURS = ("#56D3FF", "#FFB000", "#3DF0B0", "#FF7AC6", "#F7F052", "#FF6B3D", "#B7A6FF")
 
 
 @dataclass(frozen=True)
@@ -124,32 +120,3 @@ def as_panel(figure: Figure, title: str, kind: str, words: str) -> Panel:
     inside = text[text.index(">", text.index("<svg")) + 1 :]
     start = Markup('<svg viewBox="{}" role="img" aria-label="{}">').format(box[1], f"{title}. {words}")
     return Panel(title, start + Markup(inside), words)  # noqa: S704 (matplotlib escapes all text)
-
-
-def structure_colour(index: int) -> str:
-    """Colour of a structure's outlines, by its position in the study; seven differ, then they come again."""
-    return STRUCTURE_COLOURS[index % len(STRUCTURE_COLOURS)]
-
-
-def edge_length(mask: NDArray[np.uint8]) -> int:
-    """Length of the outline of a mask ``[H, W]``, in sides of pixels."""
-    inside = mask > 0
-    return int((inside[1:] != inside[:-1]).sum() + (inside[:, 1:] != inside[:, :-1]).sum())
-
-
-def jpeg(pixels: NDArray[np.uint8], quality: int = 85) -> str:
-    """A picture ``[H, W, 3]`` or ``[H, W]`` as a data URI."""
-    return _data(pixels, "jpeg", quality=quality, subsampling=0)
-
-
-def png(pixels: NDArray[np.uint8]) -> str:
-    """A picture ``[H, W, 3 or 4]`` as a data URI, without loss."""
-    return _data(pixels, "png", compress_level=3)
-
-
-def _data(pixels: NDArray[np.uint8], kind: str, **options: int) -> str:
-    from PIL import Image
-
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, kind.upper(), **options)
-    return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"

@@ -14,9 +14,9 @@ from polyclinic.notes import Note
 from polyclinic.parts import Made
 from polyclinic.running.progress import Row
 from polyclinic.study.columns import MEMORISATION
-from polyclinic.study.drawing import structure_colour
 from polyclinic.study.job import Job
 from polyclinic.study.kinds import RUN
+from polyclinic.study.pictures import structure_colour
 
 #: A smaller chance is taken for copying.
 SUSPICIOUS = 0.01

@@ -28,12 +28,10 @@ from polyclinic.study.drawing import (
     Numbers,
     Panel,
     as_panel,
-    edge_length,
-    jpeg,
     plot,
     shorten,
-    structure_colour,
 )
+from polyclinic.study.pictures import edge_length, jpeg, structure_colour
 
 
 @dataclass(frozen=True)

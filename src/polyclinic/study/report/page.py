@@ -19,8 +19,9 @@ from markupsafe import Markup
 from polyclinic.files import write_atomic
 from polyclinic.notes import Note
 from polyclinic.study.baselines import BASELINES
-from polyclinic.study.drawing import Panel, structure_colour
+from polyclinic.study.drawing import Panel
 from polyclinic.study.kinds import PLAIN, RUN, UNSEEN, titled
+from polyclinic.study.pictures import structure_colour
 from polyclinic.study.report import figures, tables
 from polyclinic.study.report.answer import ALPHA, answer, headline, rewarded
 from polyclinic.study.report.attack import attacked

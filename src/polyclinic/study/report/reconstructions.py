@@ -12,7 +12,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from polyclinic.study.drawing import Panel, jpeg
+from polyclinic.study.drawing import Panel
+from polyclinic.study.pictures import jpeg
 
 #: Part of the pictures -> what stands above it, from left to right.
 _TITLES = {

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup
 
-from polyclinic.study.drawing import Panel, png
+from polyclinic.study.drawing import Panel
 from polyclinic.study.kinds import RUN, titled
+from polyclinic.study.pictures import png
 from polyclinic.study.report.folder import Folder
 
 #: Sides of a pixel of a made image, in the page's file.

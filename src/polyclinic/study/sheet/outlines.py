@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.colors import to_rgb
 from numpy.typing import NDArray
 
-from polyclinic.study.drawing import edge_length, jpeg, png, structure_colour
+from polyclinic.study.pictures import edge_length, jpeg, png, structure_colour
 
 #: Longest side of a picture in pixels: smaller ones are enlarged by a whole number, larger ones thinned out.
 SIDE, MOST = 400, 1000

@@ -20,7 +20,7 @@ from polyclinic.errors import ResultsError
 from polyclinic.files import write_atomic
 from polyclinic.notes import TITLES, Note
 from polyclinic.study.checked import CheckedStudy
-from polyclinic.study.drawing import structure_colour
+from polyclinic.study.pictures import structure_colour
 from polyclinic.study.provenance import machine, now
 from polyclinic.study.report import page as report
 from polyclinic.study.report.tables import nested_rows, plain
