@@ -107,6 +107,7 @@ AT_SITES = [
     ({"end": nothing}, f"gave nothing in `end`; {TENSORS}"),
     ({"close": nothing}, f"gave nothing in `close`; {TENSORS}"),
     ({"batch": nothing}, "gave nothing in `batch`; expected the batch, or `replace(batch, ...)`"),
+    ({"drawn": lambda *_: [1], "loss": lambda *_: None}, f"gave something of type list in `drawn`; {TENSORS}"),
     ({"loss": lambda *_: 0.5}, "gave something of type float in `loss`; expected a tensor of one number, or None"),
     ({"loss": lambda self, batch, given: batch.outputs.sum(0)},
      "gave a tensor [2] in `loss`; expected a tensor of one number, or None"),

@@ -86,15 +86,15 @@ def test_the_term_counts_what_is_sure():
     view = SimpleNamespace(number=0, task=build_task("classification", 2), count=lambda part="train": 3)
     wanted = torch.tensor([[0.6, 0.4], [0.3, 0.7]])
     end.begin(view, {"mean": wanted})
-    end.views = lambda batch: (torch.tensor([[5.0], [0.1]]), None)
     model = linear(0.0, 1.0)
-    term = end.loss(batch_of(model), {"mean": wanted})
+    term = end.loss(batch_of(model), {"mean": wanted, "weak": torch.tensor([[5.0], [0.1]])})
     q = 1 / (1 + math.exp(-5))
     distance = ((0.7 - q) * math.log(0.7 / q) + (0.3 - (1 - q)) * math.log(0.3 / (1 - q))) / 2
     assert float(term.detach()) == pytest.approx(4 * math.exp(-5) * distance, rel=1e-5)
     term.backward()
     assert model.gradient[1] > 0, "what is too sure goes down"
-    end.views = lambda batch: (torch.tensor([[0.1], [-0.1]]), None)
+    unsure = torch.tensor([[0.1], [-0.1]])
+    assert end.loss(batch_of(model), {"mean": wanted, "weak": unsure}) is None
     assert end.loss(batch_of(model), {"mean": wanted}) is None
     assert end.loss(batch_of(model), {}) is None
 
@@ -127,6 +127,20 @@ def test_who_is_alike_by_hand():
     assert float(found[1, 2]) == pytest.approx(1.25 / math.sqrt(2 * (1 + 1 / 16)))
 
 
+@pytest.mark.parametrize("unit", [1.0, 1e-3, 1e6])
+def test_what_differs_by_rounding_alone_does_not_count(unit):
+    """The mean of a softmax layer's biases never changes: whose is largest is up to the processor."""
+    looks = torch.tensor([[0.0, 1.0, 0.3, 0.7], [0.0, 2.0, 0.5, 0.9], [0.0, 5.0, 0.4, 0.6]], dtype=torch.float64)
+    looks *= torch.tensor([unit, 1.0, unit, 1.0])
+    plain = similarities(looks)
+    for rounding in ([1.0, -2.0, 3.0], [-1.0, 2.0, 0.5]):
+        moved = looks.clone()
+        moved[:, 0] += 1e-7 * unit * torch.tensor(rounding, dtype=torch.float64)
+        torch.testing.assert_close(similarities(moved), plain, rtol=0, atol=1e-9)
+    moved[:, 0] += unit * torch.tensor([0.01, 0.0, 0.0], dtype=torch.float64)
+    assert (similarities(moved) - plain).abs().max() > 0.1
+
+
 def test_the_peer_is_the_mean_of_those_most_alike():
     end = _Peers(2)
     numbers = {"A": [0.0, 0.0, 5.0], "B": [1.0, 1.0, 6.0], "C": [0.9, 1.3, 7.0], "D": [9.0, -9.0, 0.0]}
@@ -150,12 +164,14 @@ def test_labels_are_of_the_site_and_its_peer():
     """The site is sure of class 1, σ(3) = 0.953; its peer says σ(−1) = 0.269: the mean 0.611 is below 0.7."""
     for threshold, counts in ((0.7, False), (0.6, True)):
         end = _Peer(weight=2.0, threshold=threshold, cases=4, strength=0.5)
-        end._view = SimpleNamespace(task=build_task("classification", 2))
-        end.views = lambda batch: (torch.tensor([[3.0]]), torch.tensor([[2.0]]))
+        end._task = build_task("classification", 2)
+        given = {"weak": torch.tensor([[3.0]]), "strong": torch.tensor([[2.0]])}
         model, peer = linear(0.0, 1.0), torch.tensor([0.0, -1.0 / 3])
-        term = end.loss(batch_of(model), {"peer": peer})
+        term = end.loss(batch_of(model), given | {"peer": peer})
         assert float(term.detach()) == pytest.approx(2 * math.log(1 + math.exp(-2)) * counts, abs=1e-6)
-        assert float(end.loss(batch_of(model), {}).detach()) == pytest.approx(2 * math.log(1 + math.exp(-2)), abs=1e-6)
+        assert float(end.loss(batch_of(model), given).detach()) == pytest.approx(
+            2 * math.log(1 + math.exp(-2)), abs=1e-6
+        )
 
 
 # Identities -----------------------------------------------------------------------------------------------------------

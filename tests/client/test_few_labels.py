@@ -43,16 +43,20 @@ def batch_of(model):
     return Batch(torch.zeros(1, 1), torch.tensor([0]), model, nothing, 0, nothing, nothing)
 
 
+def seen(weak, strong):
+    """Two views of cases, as a step is given them."""
+    return {"weak": torch.tensor(weak), "strong": torch.tensor(strong)}
+
+
 # Exact numbers --------------------------------------------------------------------------------------------------------
 
 
 def test_the_term_of_fixmatch_by_hand():
     """q = σ(4) = 0.982 and σ(1) = 0.731: one is sure. −log σ(2) = 0.126928, over two cases 0.063464, times λ = 3."""
     rule = PseudoLabels(weight=3.0)
-    rule._view = SimpleNamespace(task=build_task("classification", 2))
+    rule._task = build_task("classification", 2)
     model = linear()
-    rule.views = lambda batch: (torch.tensor([[4.0], [1.0]]), torch.tensor([[2.0], [-9.0]]))
-    term = rule.loss(batch_of(model), {})
+    term = rule.loss(batch_of(model), seen([[4.0], [1.0]], [[2.0], [-9.0]]))
     close(term, 3 * 0.5 * math.log(1 + math.exp(-2.0)))
     close(term, 0.190392, 1e-6)
     term.backward()
@@ -61,26 +65,24 @@ def test_the_term_of_fixmatch_by_hand():
 
 def test_one_logit_and_outlines_have_a_background():
     rule = PseudoLabels(threshold=0.9)
-    rule._view = SimpleNamespace(task=build_task("classification", 2, ("binary_cross_entropy", {})))
+    rule._task = build_task("classification", 2, ("binary_cross_entropy", {}))
     layer = nn.Linear(1, 1, bias=False)
     one = FlatModule(nn.Sequential(layer), [layer])
     one.load(torch.tensor([1.0]))
-    rule.views = lambda batch: (torch.tensor([[-4.0]]), torch.tensor([[-2.0]]))
-    close(rule.loss(batch_of(one), {}), math.log(1 + math.exp(-2.0)))
-    rule._view = SimpleNamespace(task=build_task("segmentation", 2))
+    close(rule.loss(batch_of(one), seen([[-4.0]], [[-2.0]])), math.log(1 + math.exp(-2.0)))
+    rule._task = build_task("segmentation", 2)
     convolution = nn.Conv2d(1, 1, 1, bias=False)
     outlines = FlatModule(nn.Sequential(convolution), [convolution])
     outlines.load(torch.tensor([1.0]))
-    weak, strong = torch.tensor([[[[-4.0, 4.0, 0.0]]]]), torch.tensor([[[[-2.0, -1.0, 5.0]]]])
-    rule.views = lambda batch: (weak, strong)
-    close(rule.loss(batch_of(outlines), {}), (math.log(1 + math.exp(-2)) + math.log(1 + math.exp(1))) / 3)
+    given = seen([[[[-4.0, 4.0, 0.0]]]], [[[[-2.0, -1.0, 5.0]]]])
+    close(rule.loss(batch_of(outlines), given), (math.log(1 + math.exp(-2)) + math.log(1 + math.exp(1))) / 3)
 
 
 def test_the_teacher_is_a_running_mean():
     """The mean of all, (0 + 2) / 2 and (0 + 2 + 4) / 3, until α is reached; then 0.7 of it and 0.3 of the weights."""
     rule = MeanTeacher(decay=0.7, ramp=0)
     rule.kept = {"teacher": torch.zeros(1), "steps": torch.zeros(())}
-    rule.begin(SimpleNamespace(number=0), {})
+    rule.begin(SimpleNamespace(number=0, task=None), {})
     found = []
     for weight in (2.0, 4.0, 6.0, 8.0):
         rule.gradient(torch.zeros(1), torch.tensor([weight]), torch.zeros(1), {})
@@ -98,8 +100,8 @@ def test_the_term_of_the_teacher_by_hand():
         rule = MeanTeacher(weight=4.0, ramp=2)
         rule.kept = {"teacher": torch.tensor([0.0, 2.0]), "steps": torch.ones(())}
         rule.begin(SimpleNamespace(number=number, task=build_task("classification", 2)), {})
-        rule.views = lambda batch: (torch.tensor([[1.0]]), torch.tensor([[0.5]]))
-        close(rule.loss(batch_of(linear()), {}), 4 * share * difference**2)
+        given = seen([[1.0]], [[0.5]]) | {"teacher": rule._teacher}
+        close(rule.loss(batch_of(linear()), given), 4 * share * difference**2)
 
 
 # Identities -----------------------------------------------------------------------------------------------------------

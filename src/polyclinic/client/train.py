@@ -25,6 +25,7 @@ from polyclinic.client.work import (
     change_gradient,
     check_finite,
     clip_gradient,
+    drawn,
     gradient_step,
     perturbation,
 )
@@ -209,7 +210,7 @@ class _Hooks:
         features = mean_over_places(self._features[0]) if self._records else nothing
         batch = replace(batch, outputs=outputs, features=features)
         for end, given in self._loss:
-            term = end.loss(batch, given)
+            term = end.loss(batch, given | drawn(end, seed, inputs.device, self.site))
             if term is not None:
                 if not isinstance(term, Tensor) or term.numel() != 1:
                     raise wrong(end.name, "loss", kind_of(term), "a tensor of one number, or None", self.site)

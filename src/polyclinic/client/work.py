@@ -19,7 +19,7 @@ from polyclinic.data.dataset import Dataset
 from polyclinic.errors import TrainingError
 from polyclinic.limits import AboveZero, NamedPart, NotNegative, Switch, Times
 from polyclinic.models import has_batch_norm
-from polyclinic.parts.checks import kind_of, wrong
+from polyclinic.parts.checks import kind_of, tensors_of, wrong
 from polyclinic.parts.site_end import Memory, SiteEnd, overrides
 from polyclinic.seeds import derive_seed, generator
 from polyclinic.shapes import finite
@@ -206,6 +206,17 @@ def change_gradient(
     found: object = end.gradient(gradient, weights, start, given)  # type: ignore[func-returns-value]
     if found is not None:
         raise wrong(end.name, "gradient", kind_of(found), "nothing: it changes `gradient` in place", site)
+
+
+def drawn(end: SiteEnd, seed: int, device: torch.device, site: str) -> Memory:
+    """What the loss of a part is given in a step besides what ``begin`` gave, on the network's device.
+
+    Raises:
+        PartError: P304, it draws something else.
+    """
+    if not overrides(end, "drawn"):
+        return {}
+    return {name: tensor.to(device) for name, tensor in tensors_of(end.name, "drawn", end.drawn(seed), site).items()}
 
 
 def perturbation(end: SiteEnd, gradient: Tensor, given: Memory, site: str = "") -> Tensor | None:

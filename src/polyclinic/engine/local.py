@@ -103,10 +103,12 @@ class LocalEngine(Engine):
             yield site, Message.from_bytes(reply.to_bytes()) if again and isinstance(reply, Message) else reply
 
     def _train(self, requests: Mapping[str, Message]) -> Iterator[Reply]:
-        """One after another, or together; where sites have different networks, together with those of the same."""
-        groups = dict[int, list[str]]()
+        """One after another, or together; where sites have different networks, together with those of the same. Sites
+        without labels are trained by themselves."""
+        groups = dict[tuple[int, str], list[str]]()
         for site in requests if self.stacked and len(requests) > 1 else ():
-            groups.setdefault(id(self.members[site].run.network), []).append(site)
+            run = self.members[site].run
+            groups.setdefault((id(run.network), "" if len(run.parts.train) else site), []).append(site)
         if len(groups) < 2:
             together = self._stacks(list(requests))
             yield from self._train_stacked(requests) if together else self._each("train", requests)

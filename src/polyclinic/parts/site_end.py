@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -172,6 +172,18 @@ class SiteView(ABC):
         """
 
 
+class Beside(NamedTuple):
+    """The network of one of several sites that are trained together.
+
+    Attributes:
+        outputs: of it in training for other cases; its statistics move on.
+        vector: its whole state ``[P]``, without gradient.
+    """
+
+    outputs: Callable[[Tensor], Tensor]
+    vector: Callable[[], Tensor]
+
+
 @dataclass(frozen=True)
 class Batch:
     """One batch in training.
@@ -187,6 +199,7 @@ class Batch:
             ``needs_features``.
         cases: which of the site's cases these are ``[B]``, int64 numbers that mean nothing else; empty where sites are
             trained together.
+        beside: the network as it is, where sites are trained together and ``model`` only lends it.
     """
 
     inputs: Tensor
@@ -197,6 +210,17 @@ class Batch:
     outputs: Tensor
     features: Tensor
     cases: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    beside: Beside | None = None
+
+    def again(self, inputs: Tensor) -> Tensor:
+        """Outputs of the network in training for other cases ``[N, ...]``, with gradient; its statistics move on."""
+        found: Tensor = self.model.module(inputs) if self.beside is None else self.beside.outputs(inputs)
+        return found
+
+    @property
+    def state(self) -> Tensor | None:
+        """The network's state for `polyclinic.client.features.frozen_outputs`; None where ``model`` holds it."""
+        return None if self.beside is None else self.beside.vector()
 
 
 @dataclass(frozen=True)
@@ -239,8 +263,11 @@ class SiteEnd:
             counted, and is else as it was before.
         alone: why sites with it can't be trained together; empty if they can.
         stacks_loss: whether one end's ``loss`` may stand for those of many sites, run under `torch.func.vmap`: it is a
-            mean over the cases of the batch, works on tensors only, draws no random numbers, keeps nothing, does not
-            read ``seed``, and runs other states of the network by `polyclinic.client.features.frozen_features`.
+            mean over the cases of the batch, or of what is ``drawn`` for each step, works on tensors only, draws no
+            random numbers, keeps nothing, does not read ``seed``, runs the network by ``batch.again``, and
+            ``batch.state`` and other states of it by functions of `polyclinic.client.features`.
+        own: attributes that are not the same at all sites. With ``stacks_loss`` other hooks read them, ``loss`` does
+            not: what it needs of them is ``drawn``.
         needs_features: whether ``loss`` reads the features of a batch.
         needs_body: whether the part changes nothing where no weights are trained before the head.
         needs_normalisation: whether it changes nothing where the network has no normalisation layers.
@@ -257,6 +284,7 @@ class SiteEnd:
     name: str = ""
     alone: ClassVar[str] = ""
     stacks_loss: ClassVar[bool] = False
+    own: ClassVar[frozenset[str]] = frozenset()
     needs_features: ClassVar[bool] = False
     needs_body: ClassVar[bool] = False
     needs_normalisation: ClassVar[bool] = False
@@ -375,6 +403,15 @@ class SiteEnd:
             given: what ``begin`` gave.
         """
         return None
+
+    def drawn(self, seed: int) -> Memory:
+        """What ``loss`` is given in a step besides what ``begin`` gave: cases of its own, say, or what changes from
+        step to step. The same seed in the same step gives the same.
+
+        Args:
+            seed: of the step, the one in ``batch``.
+        """
+        return {}
 
     def loss(self, batch: Batch, given: Memory) -> Tensor | None:
         """A term to add to the mean loss of the batch, a scalar with gradient."""

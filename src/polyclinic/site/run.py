@@ -57,7 +57,7 @@ def not_stackable(personal: type[Personal] | None, work: Work, ends: Sequence[Si
     """
     if any(own.seconds is not None and own.step_seconds is None for own in work.own.values()):
         return "a time budget is kept by the clock"
-    return (personal.not_stackable if personal else "") or parts_not_stackable(ends)
+    return (personal.not_stackable if personal else "") or parts_not_stackable(ends, work)
 
 
 @dataclass

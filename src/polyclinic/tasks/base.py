@@ -169,6 +169,14 @@ class Task(ABC):
         self.grid = grid
         self.heads = tuple(heads)
 
+    def __eq__(self, other: object) -> bool:
+        """Whether both mean the same by the same outputs."""
+        return type(self) is type(other) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        """The same for those that are equal."""
+        return hash((type(self), self.classes, self.loss_name))
+
     @property
     def truth(self) -> tuple[str, ...]:
         """Columns of ``predictions.csv`` that are no predictions, but what is true."""

@@ -109,10 +109,10 @@ class _Calibrating(Unlabelled):
 
     def loss(self, batch: Batch, given: Memory) -> Tensor | None:
         """The term."""
-        drawn = self.drawn(batch)
-        if drawn is None:
+        chosen = self.chosen(batch.seed)
+        if chosen is None:
             return None
-        inputs, known = self._view.hints(drawn[0], batch.seed)
+        inputs, known = self._view.hints(chosen[0], batch.seed)
         task, device = self._view.task, batch.inputs.device
         inputs, known = inputs.float().to(device), known.to(device)
         boxes = front_boxes(known, max(task.classes, 2), self._view.unannotated)

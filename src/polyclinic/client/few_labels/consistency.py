@@ -40,33 +40,37 @@ class Unlabelled(SiteEnd):
 
     def begin(self, view: SiteView, received: Memory) -> Memory:
         """Remember where the cases are."""
-        self._view = view
+        self._view, self._task = view, view.task
         return {}
 
-    def drawn(self, batch: Batch) -> tuple[Tensor, torch.Generator] | None:
+    def chosen(self, seed: int) -> tuple[Tensor, torch.Generator] | None:
         """Which cases a step takes ``[U]``, and what drew them; None where the site has none, or they don't count."""
         count = self._view.count("unlabelled")
         if not count or not self.weight:
             return None
-        source = torch.Generator().manual_seed(batch.seed)
+        source = torch.Generator().manual_seed(seed)
         index = torch.randperm(count, generator=source)[: self.cases]
         return index if len(index) > 1 else index.repeat(2), source  # normalisation layers need two
 
-    def views(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
-        """A weak and a strong view ``[U, ...]`` of these cases, or None likewise."""
-        drawn = self.drawn(batch)
-        if drawn is None:
-            return None
-        index, source = drawn
+
+class SeenTwice(Unlabelled):
+    """Those that are given a ``weak`` and a ``strong`` view ``[U, ...]`` of the cases of a step."""
+
+    own = frozenset({"_view"})
+
+    def drawn(self, seed: int) -> Memory:
+        """Both views; nothing where the site has no such cases, or they don't count."""
+        chosen = self.chosen(seed)
+        if chosen is None:
+            return {}
+        index, source = chosen
         inputs = self._view.cases(index, "unlabelled")[0].float()
         weak = weak_view(inputs, self._view.input_shape[1:], source)
         cut = self._view.task.target == "labels"  # what is cut out of an image has no outline
-        strong = strong_view(weak, source, self.strength, cut=cut)
-        device = batch.inputs.device
-        return weak.to(device), strong.to(device)
+        return {"weak": weak, "strong": strong_view(weak, source, self.strength, cut=cut)}
 
 
-class PseudoLabelling(Unlabelled):
+class PseudoLabelling(SeenTwice):
     """What the model is sure of in a weak view, it shall find in a strong view.
 
     Args:
@@ -74,21 +78,22 @@ class PseudoLabelling(Unlabelled):
         others: see `Unlabelled`.
     """
 
+    stacks_loss = True
+
     def __init__(self, *, threshold: float, **others: Any) -> None:
         super().__init__(**others)
         self.threshold = threshold
 
-    def probabilities(self, batch: Batch, weak: Tensor, given: Memory) -> Tensor:
+    def probabilities(self, batch: Batch, given: Memory) -> Tensor:
         """Of all classes ``[U, C, ...]`` in the weak view, without gradient."""
-        return of_classes(self._view.task, frozen_outputs(batch.model, None, weak))
+        return of_classes(self._task, frozen_outputs(batch.model, batch.state, given["weak"]))
 
     def loss(self, batch: Batch, given: Memory) -> Tensor | None:
         """The term."""
-        views = self.views(batch)
-        if views is None:
+        if "weak" not in given:
             return None
-        sure, label = self.probabilities(batch, views[0], given).max(dim=1)
-        found = of_classes(self._view.task, batch.model.module(views[1])).gather(1, label[:, None])[:, 0]
+        sure, label = self.probabilities(batch, given).max(dim=1)
+        found = of_classes(self._task, batch.again(given["strong"])).gather(1, label[:, None])[:, 0]
         return self.weight * ((sure >= self.threshold) * -found.clamp_min(1e-7).log()).mean()
 
 
@@ -122,7 +127,7 @@ class PseudoLabels(PseudoLabelling, SitePart):
 
 
 @LOCAL_PARTS.add("mean_teacher")
-class MeanTeacher(Unlabelled, SitePart):
+class MeanTeacher(SeenTwice, SitePart):
     """Mean teacher: what the running mean of a site's models predicts, its model shall predict from another view.
 
     Adds λ(t) · mean squared difference of the probabilities (of regression: of the numbers, in deviations of the
@@ -142,6 +147,8 @@ class MeanTeacher(Unlabelled, SitePart):
         strength: of the strong view, see `polyclinic.client.few_labels.views.strong_view`.
     """
 
+    stacks_loss = True
+    own = frozenset({"_view", "_teacher", "_steps"})
     tasks = ("classification", "segmentation", "regression", "multi_label")
 
     def __init__(
@@ -163,15 +170,19 @@ class MeanTeacher(Unlabelled, SitePart):
         self._share = self.weight * ramped(view.number, self.ramp)
         return super().begin(view, received)
 
+    def drawn(self, seed: int) -> Memory:
+        """The teacher's weights, too."""
+        found = super().drawn(seed)
+        return found | {"teacher": self._teacher} if found and self._teacher is not None else {}
+
     def loss(self, batch: Batch, given: Memory) -> Tensor | None:
         """The term. Statistics of normalisation layers are the model's own."""
-        views = self.views(batch)
-        if views is None or self._teacher is None:
+        if "teacher" not in given:
             return None
-        task, vector = self._view.task, batch.model.vector.detach()
-        teacher = torch.cat([self._teacher.to(vector.device), vector[len(self._teacher) :]])
-        target = _comparable(task, frozen_outputs(batch.model, teacher, views[0]))
-        found = _comparable(task, batch.model.module(views[1]))
+        vector = batch.model.vector.detach() if batch.state is None else batch.state
+        teacher = torch.cat([given["teacher"], vector[len(given["teacher"]) :]])
+        target = _comparable(self._task, frozen_outputs(batch.model, teacher, given["weak"]))
+        found = _comparable(self._task, batch.again(given["strong"]))
         return self._share * (found - target).square().mean()
 
     def gradient(self, gradient: Tensor, weights: Tensor, start: Tensor, given: Memory) -> None:

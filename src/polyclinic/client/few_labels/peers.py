@@ -15,6 +15,10 @@ from polyclinic.client.latest import LatestModels
 from polyclinic.parts import LOCAL_PARTS, Batch, Memory, Now, Part, ServerEnd, SiteEnd, SiteView
 from polyclinic.shapes import Shaped
 
+#: Differences of models that may be rounding, as a share of the weights: the mean of the biases of all classes, say,
+#: stays what it was.
+_SAME = 1e-5
+
 _Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -66,17 +70,24 @@ class PeerLabels(Part):
 
 
 class _Peer(PseudoLabelling):
-    def begin(self, view: SiteView, received: Memory) -> Memory:
-        """The peer ``[P]``, with what stays at the site."""
-        super().begin(view, received)
-        return {"peer": view.whole(received["peer"])} if "peer" in received else {}
+    own = frozenset({"_view", "_peer"})
 
-    def probabilities(self, batch: Batch, weak: Tensor, given: Memory) -> Tensor:
+    def begin(self, view: SiteView, received: Memory) -> Memory:
+        """Take the peer ``[P]``, with what stays at the site."""
+        self._peer = {"peer": view.whole(received["peer"])} if "peer" in received else {}
+        return super().begin(view, received)
+
+    def drawn(self, seed: int) -> Memory:
+        """The peer, too: not all sites have one."""
+        found = super().drawn(seed)
+        return found | self._peer if found else {}
+
+    def probabilities(self, batch: Batch, given: Memory) -> Tensor:
         """Mean of the site's own and its peer's."""
-        own = super().probabilities(batch, weak, given)
+        own = super().probabilities(batch, given)
         if "peer" not in given:
             return own
-        return (own + of_classes(self._view.task, frozen_outputs(batch.model, given["peer"], weak))) / 2
+        return (own + of_classes(self._task, frozen_outputs(batch.model, given["peer"], given["weak"]))) / 2
 
 
 class _Peers(LatestModels):
@@ -108,8 +119,12 @@ def looks_of(weights: Tensor, sizes: list[int]) -> Tensor:
 
 
 def similarities(looks: Tensor) -> Tensor:
-    """Cosines ``[K, K]`` of what models look like ``[K, N]``, each number scaled to 0 to 1 over the models; one that is
-    the same for all counts 1."""
+    """Cosines ``[K, K]`` of what models look like ``[K, 2 L]``, each number scaled to 0 to 1 over the models.
+
+    One that is the same for all, or differs by no more than rounding, counts 1.
+    """
     least, most = looks.min(0).values, looks.max(0).values
-    scaled = torch.where(most > least, (looks - least) / (most - least).clamp_min(1e-300), torch.ones_like(looks))
+    size = looks.square().unflatten(1, (2, -1)).sum(1).sqrt().max(0).values.repeat(2)  # of the weights of a tensor
+    differs = most - least > _SAME * size
+    scaled = torch.where(differs, (looks - least) / (most - least).clamp_min(1e-300), torch.ones_like(looks))
     return F.cosine_similarity(scaled[:, None], scaled[None], dim=2)

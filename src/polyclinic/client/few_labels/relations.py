@@ -11,7 +11,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from polyclinic.client.features import DROPOUT, evaluating, frozen_outputs
-from polyclinic.client.few_labels.consistency import Unlabelled, of_classes, ramped
+from polyclinic.client.few_labels.consistency import SeenTwice, of_classes, ramped
 from polyclinic.parts import LOCAL_PARTS, Batch, Ended, Memory, Now, Part, ServerEnd, SiteEnd, SiteView, Step, Update
 from polyclinic.shapes import Shaped
 from polyclinic.state import FlatModule
@@ -75,7 +75,7 @@ class RelationMatching(Part):
         return _Mean()
 
 
-class _Matching(Unlabelled):
+class _Matching(SeenTwice):
     def __init__(self, part: RelationMatching) -> None:
         super().__init__(weight=part.relation, cases=part.cases, strength=0.0)
         self.part = part
@@ -89,15 +89,14 @@ class _Matching(Unlabelled):
 
     def loss(self, batch: Batch, given: Memory) -> Tensor | None:
         """The term."""
-        views = self.views(batch) if "mean" in given else None
-        if views is None:
+        if "mean" not in given or "weak" not in given:
             return None
-        found = dropped_probabilities(batch.model, self._view.task, views[0], self.part.passes)
+        found = dropped_probabilities(batch.model, self._task, given["weak"], self.part.passes)
         entropy = -(found * found.clamp_min(1e-7).log()).sum(1)
         sure = entropy < self.part.uncertainty * math.log(found.shape[1])
         if not sure.any():
             return None
-        outputs = logits(batch.model.module(views[0]))[sure]
+        outputs = logits(batch.again(given["weak"]))[sure]
         distance = relation_distance(relations(outputs, found[sure].argmax(1), self.part.temperature), given["mean"])
         return None if distance is None else self._share * distance
 

@@ -9,7 +9,7 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from polyclinic.client.features import evaluated_outputs, frozen_outputs
-from polyclinic.client.few_labels.consistency import Unlabelled, of_classes
+from polyclinic.client.few_labels.consistency import SeenTwice, of_classes
 from polyclinic.parts import LOCAL_PARTS, Batch, Memory, SitePart
 
 #: A step this much shorter looks which way a model changes its mind.
@@ -17,7 +17,7 @@ _GLANCE = 0.1
 
 
 @LOCAL_PARTS.add("virtual_samples")
-class VirtualSamples(Unlabelled, SitePart):
+class VirtualSamples(SeenTwice, SitePart):
     """FedVSS: a site's model shall be smooth around its cases, and agree with the common model where that one is sure.
 
     For the cases x of each batch, and some without a label where the site has any, with p the probabilities of the
@@ -54,8 +54,8 @@ class VirtualSamples(Unlabelled, SitePart):
         """Both terms."""
         if not self.weight:
             return None
-        views, inputs = self.views(batch), batch.inputs.float()
-        inputs = inputs if views is None else torch.cat([inputs, views[0]])
+        inputs = batch.inputs.float()
+        inputs = torch.cat([inputs, given["weak"]]) if "weak" in given else inputs
         terms = [
             weight * term(batch, inputs)
             for weight, term in ((self.smoothness, self._smooth), (self.consistency, self._agree))

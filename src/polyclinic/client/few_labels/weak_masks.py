@@ -67,10 +67,10 @@ class WeakMasks(Unlabelled, SitePart):
         """The term."""
         if self._view.count():
             self.known.add(self._view.task.loss(batch.outputs.detach(), batch.targets))
-        drawn = self.drawn(batch)
-        if drawn is None:
+        chosen = self.chosen(batch.seed)
+        if chosen is None:
             return None
-        index, source = drawn
+        index, source = chosen
         inputs, known = self._view.hints(index, batch.seed)
         inputs, task, device = inputs.float(), self._view.task, batch.inputs.device
         strong = strong_view(inputs, source, self.strength, cut=False).to(device)

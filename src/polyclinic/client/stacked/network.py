@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from polyclinic.client.features import mean_over_places
 from polyclinic.client.stacked.batched import batch_norm, batched_layers
+from polyclinic.parts.site_end import Beside
 from polyclinic.state import FlatModule, Layout
 
 
@@ -56,8 +58,8 @@ class StackedNetwork:
             weights: see ``outputs``, as the next two.
             statistics: likewise.
             inputs: likewise; none is padding.
-            then: is given a site's outputs, what its head was given, averaged over places ``[B, G]``, and its own of
-                ``more``.
+            then: is given a site's outputs, what its head was given, averaged over places ``[B, G]``, the network as it
+                then is, and its own of ``more``.
             more: tensors ``[S, ...]`` in lists and dictionaries.
             model: where the head is looked up; None if features are not needed, which are then its outputs.
         """
@@ -69,7 +71,11 @@ class StackedNetwork:
         def one_site(weights: Tensor, statistics: Tensor, inputs: Tensor, own: object) -> tuple[Tensor, Tensor]:
             found.clear()
             outputs = self._one_site(weights, statistics, inputs, None)
-            return outputs, then(outputs, mean_over_places(found[0]) if found else outputs, own)
+            network = Beside(
+                lambda others: self._one_site(weights, statistics, others, None),
+                lambda: torch.cat([weights.detach(), statistics]),
+            )
+            return outputs, then(outputs, mean_over_places(found[0]) if found else outputs, network, own)
 
         try:
             both: tuple[Tensor, Tensor] = vmap(one_site)(weights, statistics, inputs, more)

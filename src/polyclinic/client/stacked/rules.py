@@ -70,20 +70,27 @@ class StackedRule:
         return not knows.changed(vars(end)) and torch.allclose(together - gradient, alone - gradient, 1e-6, 1e-9)
 
 
-def are_alike(ends: Sequence[tuple[SiteEnd, Memory]]) -> bool:
-    """Whether the ends of all sites know the same, and were given tensors of the same names and shapes."""
+def are_alike(ends: Sequence[tuple[SiteEnd, Memory]], own: frozenset[str] = frozenset()) -> bool:
+    """Whether the ends of all sites know the same, and were given tensors of the same names and shapes.
+
+    Args:
+        ends: each with what it was given.
+        own: names of attributes that do not matter.
+    """
     first, given = ends[0]
-    return all(_alike(vars(first), vars(end)) and _shapes(given) == _shapes(own) for end, own in ends[1:])
+    return all(_alike(vars(first), vars(end), own) and shapes_of(given) == shapes_of(mine) for end, mine in ends[1:])
 
 
-def _shapes(given: Memory) -> dict[str, torch.Size]:
+def shapes_of(given: Memory) -> dict[str, torch.Size]:
+    """Names and shapes of tensors."""
     return {name: tensor.shape for name, tensor in given.items()}
 
 
-def _alike(first: Mapping[str, object], other: Mapping[str, object]) -> bool:
-    """Whether two ends know the same, besides what they keep."""
-    names = first.keys() - {"_kept"}
-    return names == other.keys() - {"_kept"} and all(_equal(first[name], other[name]) for name in names)
+def _alike(first: Mapping[str, object], other: Mapping[str, object], own: frozenset[str]) -> bool:
+    """Whether two ends know the same, besides what they keep, and what each has of its ``own``."""
+    hidden = {"_kept", *own}
+    names = first.keys() - hidden
+    return names == other.keys() - hidden and all(_equal(first[name], other[name]) for name in names)
 
 
 def _equal(first: object, other: object) -> bool:

@@ -33,6 +33,7 @@ from polyclinic.client.work import (
 )
 from polyclinic.errors import PolyclinicError
 from polyclinic.parts.site_end import SiteEnd, overrides
+from polyclinic.seeds import derive_seed
 from polyclinic.state import FlatModule
 from polyclinic.tasks import Task
 
@@ -46,14 +47,15 @@ def reason_not_stackable(model: FlatModule, work: Work, shape: tuple[int, ...]) 
     return network_obstacle(model, shape)
 
 
-def parts_not_stackable(ends: Iterable[SiteEnd]) -> str:
+def parts_not_stackable(ends: Iterable[SiteEnd], work: Work) -> str:
     """Why sites with these parts can't be trained together; empty if they can."""
     changing = {"batch": "changes the cases of each batch", "outputs": "changes the outputs of each batch"}
     ends = list(ends)
     batches = [f"a part {what}" for end in ends for hook, what in changing.items() if overrides(end, hook)]
     losses = ["a part adds to the loss of each batch" for end in ends if overrides(end, "loss") and not end.stacks_loss]
-    bare = ["a part learns at sites without labels" for end in ends if end.learns_alone]
-    return next(filter(None, [*batches, *losses, *bare, *(end.alone for end in ends)]), "")
+    draws = work.kind == "gradient" and any(overrides(end, "drawn") for end in ends)
+    whole = ["a part draws cases of its own for each of the batches of a gradient"] if draws else []
+    return next(filter(None, [*batches, *losses, *whole, *(end.alone for end in ends)]), "")
 
 
 @dataclass(frozen=True)
@@ -135,9 +137,12 @@ class StackedTrainer:
         self, model: FlatModule, task: Task, work: Work, jobs: Sequence[LocalJob], cases: StackedCases | None = None
     ) -> None:
         shape = jobs[0].dataset.training_shape
-        obstacle = reason_not_stackable(model, work, shape) or parts_not_stackable(end for end, _ in jobs[0].ends)
+        parts = [end for end, _ in jobs[0].ends]
+        obstacle = reason_not_stackable(model, work, shape) or parts_not_stackable(parts, work)
         if obstacle or any(job.companion is not None for job in jobs):
             raise ValueError(obstacle or "a second model is trained beside the first")
+        if not all(job.labelled for job in jobs):
+            raise ValueError("the cases of some site have no labels")
         self.task, self.work, self.layout = task, work, model.layout
         self.device = model.vector.device
         self.model, self.network = model, StackedNetwork(model.module, model.layout, shape)
@@ -193,7 +198,7 @@ class StackedTrainer:
             received = [own if row.anchor is None else row.anchor for own, row in zip(states, rows, strict=True)]
             together = torch.stack([one.to(self.device) for one in received])
             ends = [[row.ends[number] for row in rows] for number in adding]
-            self.terms = StackedLosses(self.model, self.network, ends, together)
+            self.terms = StackedLosses(self.model, self.network, ends, together, [row.site for row in rows])
 
     def _change(self, gradient: Tensor, weights: Tensor, start: Tensor) -> None:
         """Let the parts change the gradient of the active sites; frozen weights have no part in its norm."""
@@ -311,7 +316,8 @@ class StackedTrainer:
         else:
             sizes = [self.schedule.sizes[row][step] for row in range(active)]
             own = targets.view(active, width, *targets.shape[1:])
-            outputs, terms = self.terms.outputs(weights, statistics, inputs, own, sizes)
+            seeds = [derive_seed(*row.seed, "parts", step) for row in rows[:active]]
+            outputs, terms = self.terms.outputs(weights, statistics, inputs, own, sizes, seeds)
         losses = self.task.stacked_loss(outputs, targets, share > 0)
         if self.class_weights is not None:
             losses = losses * self.class_weights[:active].gather(1, targets.view(active, width))
