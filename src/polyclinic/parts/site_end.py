@@ -266,8 +266,8 @@ class SiteEnd:
             mean over the cases of the batch, or of what is ``drawn`` for each step, works on tensors only, draws no
             random numbers, keeps nothing, does not read ``seed``, runs the network by ``batch.again``, and
             ``batch.state`` and other states of it by functions of `polyclinic.client.features`.
-        own: attributes that are not the same at all sites. With ``stacks_loss`` other hooks read them, ``loss`` does
-            not: what it needs of them is ``drawn``.
+        differing: names of attributes that are not the same at all sites. With ``stacks_loss`` other hooks read them,
+            ``loss`` does not: what it needs of them is ``drawn``.
         needs_features: whether ``loss`` reads the features of a batch.
         needs_body: whether the part changes nothing where no weights are trained before the head.
         needs_normalisation: whether it changes nothing where the network has no normalisation layers.
@@ -284,7 +284,7 @@ class SiteEnd:
     name: str = ""
     alone: ClassVar[str] = ""
     stacks_loss: ClassVar[bool] = False
-    own: ClassVar[frozenset[str]] = frozenset()
+    differing: ClassVar[frozenset[str]] = frozenset()
     needs_features: ClassVar[bool] = False
     needs_body: ClassVar[bool] = False
     needs_normalisation: ClassVar[bool] = False

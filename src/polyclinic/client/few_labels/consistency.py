@@ -56,7 +56,7 @@ class Unlabelled(SiteEnd):
 class SeenTwice(Unlabelled):
     """Those that are given a ``weak`` and a ``strong`` view ``[U, ...]`` of the cases of a step."""
 
-    own = frozenset({"_view"})
+    differing = frozenset({"_view"})
 
     def drawn(self, seed: int) -> Memory:
         """Both views; nothing where the site has no such cases, or they don't count."""
@@ -148,7 +148,7 @@ class MeanTeacher(SeenTwice, SitePart):
     """
 
     stacks_loss = True
-    own = frozenset({"_view", "_teacher", "_steps"})
+    differing = frozenset({"_view", "_teacher", "_steps"})
     tasks = ("classification", "segmentation", "regression", "multi_label")
 
     def __init__(

@@ -70,7 +70,7 @@ class PeerLabels(Part):
 
 
 class _Peer(PseudoLabelling):
-    own = frozenset({"_view", "_peer"})
+    differing = frozenset({"_view", "_peer"})
 
     def begin(self, view: SiteView, received: Memory) -> Memory:
         """Take the peer ``[P]``, with what stays at the site."""

@@ -58,11 +58,11 @@ class StackedLosses:
         self.rules = list[_Rule]()
         for mine in ends:
             first = mine[0][0]
-            if not are_alike(mine, first.own):
+            if not are_alike(mine, first.differing):
                 raise ValueError(f"{first.name} knows something else at each site")
             given = {name: torch.stack([own[name] for _, own in mine]).to(received.device) for name in mine[0][1]}
             common = copy.copy(first)
-            for name in first.own & vars(common).keys():
+            for name in first.differing & vars(common).keys():
                 delattr(common, name)
             self.rules.append(_Rule(common, [end for end, _ in mine], given))
         self._needs_features = any(rule.end.needs_features for rule in self.rules)

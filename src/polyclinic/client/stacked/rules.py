@@ -70,15 +70,16 @@ class StackedRule:
         return not knows.changed(vars(end)) and torch.allclose(together - gradient, alone - gradient, 1e-6, 1e-9)
 
 
-def are_alike(ends: Sequence[tuple[SiteEnd, Memory]], own: frozenset[str] = frozenset()) -> bool:
+def are_alike(ends: Sequence[tuple[SiteEnd, Memory]], differing: frozenset[str] = frozenset()) -> bool:
     """Whether the ends of all sites know the same, and were given tensors of the same names and shapes.
 
     Args:
         ends: each with what it was given.
-        own: names of attributes that do not matter.
+        differing: names of attributes that do not matter.
     """
     first, given = ends[0]
-    return all(_alike(vars(first), vars(end), own) and shapes_of(given) == shapes_of(mine) for end, mine in ends[1:])
+    same = (_alike(vars(first), vars(end), differing) for end, _ in ends[1:])
+    return all(same) and all(shapes_of(own) == shapes_of(given) for _, own in ends[1:])
 
 
 def shapes_of(given: Memory) -> dict[str, torch.Size]:
@@ -86,9 +87,9 @@ def shapes_of(given: Memory) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in given.items()}
 
 
-def _alike(first: Mapping[str, object], other: Mapping[str, object], own: frozenset[str]) -> bool:
-    """Whether two ends know the same, besides what they keep, and what each has of its ``own``."""
-    hidden = {"_kept", *own}
+def _alike(first: Mapping[str, object], other: Mapping[str, object], differing: frozenset[str]) -> bool:
+    """Whether two ends know the same, besides what they keep, and what is ``differing``."""
+    hidden = {"_kept", *differing}
     names = first.keys() - hidden
     return names == other.keys() - hidden and all(_equal(first[name], other[name]) for name in names)
 
