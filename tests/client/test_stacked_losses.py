@@ -94,12 +94,10 @@ def test_who_reads_what_only_its_site_knows_is_asked_for_each_site(monkeypatch, 
     def loss(self, batch, given):
         return batch.outputs.square().mean() * self._view.count() / 10
 
-    data, plain = some_labelled(), PseudoLabels.loss
     monkeypatch.setattr(PseudoLabels, "loss", loss)
-    one, many = states(data, "fixmatch")
+    one, many = states(some_labelled(), "fixmatch")
     assert len(alone) == 8 * len(SIZES)
     torch.testing.assert_close(many, one, rtol=0, atol=0)
-    monkeypatch.setattr(PseudoLabels, "loss", plain)
 
 
 def test_tasks_are_equal_that_mean_the_same():
